@@ -1,0 +1,1 @@
+"""Who acts and who learns: engines, rollouts, RLlib training, the command line."""

@@ -1,0 +1,1 @@
+"""RLlib training of language-model agents."""

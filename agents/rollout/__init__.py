@@ -1,0 +1,1 @@
+"""Rollouts: how episodes are sampled."""

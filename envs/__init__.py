@@ -1,0 +1,1 @@
+"""Worlds: Gymnasium text environments. Importing this module registers every id."""

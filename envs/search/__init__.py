@@ -1,0 +1,1 @@
+"""Multi-hop questions answered by searching a corpus."""

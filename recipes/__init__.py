@@ -1,0 +1,1 @@
+"""Published systems as short recipes: data only, imports nothing."""
