@@ -26,7 +26,7 @@ class Turn:
         action_span: the tokens the policy sampled.
         observation_span: the tokens that followed (empty after the last turn).
         text: the action as the environment saw it.
-        observation: the environment's answer as text ("" after the last turn).
+        observation: the environment's answer as text; after the last turn it is not in `tokens`.
         reward: what `env.step` paid.
         scores: named process scores, such as `{"information_gain": 0.2}`.
         info: JSON-able facts from the environment.
@@ -57,7 +57,7 @@ class Trajectory:
         prompt: the first observation, as text.
         verdict: the judgement, or None where the environment gives none.
         status: how it ended; `failed` episodes enter neither the loss nor a baseline.
-        weights_version: of the policy that sampled it.
+        weights_version: of the policy that sampled its last turn.
         gold_logprob: float32[K + 1] or None: mean log-probability of the reference answer, asked
             for before turn 0, 1, ...; NaN where it was not asked (after the last turn).
         error: what failed, for `failed` episodes.
