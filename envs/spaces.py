@@ -80,7 +80,7 @@ class Unicode(gym.Space[str]):
         """False: a text has no array of fixed size."""
         return False
 
-    def sample(self, mask: None = None, probability: None = None) -> str:
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
         """One of `examples` every other time, else up to 64 random characters.
 
         Raises:
@@ -139,7 +139,7 @@ class UnicodeBatch(gym.Space[Texts]):
         """False: texts have no array of fixed size."""
         return False
 
-    def sample(self, mask: None = None, probability: None = None) -> Texts:
+    def sample(self, mask: Any = None, probability: Any = None) -> Texts:
         """A sample of each space; masks are a ValueError, as in `Unicode.sample`."""
         if mask is not None or probability is not None:
             raise ValueError("UnicodeBatch.sample takes no mask and no probability.")
