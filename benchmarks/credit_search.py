@@ -27,7 +27,9 @@ CREDITS = ("grpo", "turn_return", "igpo")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262}
 
 
-def train(credit: str, seed: int, budget: int, questions: int, lr: float, threads: int) -> dict[str, Any]:
+def train(
+    credit: str, seed: int, budget: int, questions: int, lr: float, threads: int
+) -> dict[str, Any]:
     """One run, until `budget` tokens are sampled; its curve and its held-out success."""
     import torch
 
@@ -79,7 +81,9 @@ def on_grid(run: dict[str, Any], grid: np.ndarray, window: int) -> np.ndarray:
     total = np.cumsum(np.concatenate([[0.0], success]))
     end = np.arange(1, len(success) + 1)
     begin = np.maximum(end - window, 0)
-    return np.interp(grid, [p["tokens"] for p in run["curve"]], (total[end] - total[begin]) / (end - begin))
+    return np.interp(
+        grid, [p["tokens"] for p in run["curve"]], (total[end] - total[begin]) / (end - begin)
+    )
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +165,8 @@ def main() -> None:
     arguments.out.write_text(json.dumps({"settings": kept, "summary": summary, "runs": runs}))
     for credit, row in summary.items():
         print(
-            f"{credit:12} held-out {row['heldout_success'][0]:.3f} ± {row['heldout_success'][1]:.3f}   "
+            f"{credit:12} held-out {row['heldout_success'][0]:.3f} "
+            f"± {row['heldout_success'][1]:.3f}   "
             f"mean while training {row['mean_training_success'][0]:.3f} "
             f"± {row['mean_training_success'][1]:.3f}   ({row['seeds']} seeds)"
         )

@@ -136,7 +136,9 @@ class Bench:
                     said = self._generate(contexts)
                     tokens += said.size
                     actions = [self.chat.decode(row.tolist()) for row in said]
-                    replies = list(pool.map(lambda ea: ea[0].step(ea[1])[0], zip(envs, actions, strict=True)))
+                    replies = list(
+                        pool.map(lambda ea: ea[0].step(ea[1])[0], zip(envs, actions, strict=True))
+                    )
                     contexts = [
                         c + row.tolist() + self.chat.continuation(reply, closed=False)
                         for c, row, reply in zip(contexts, said, replies, strict=True)
@@ -195,7 +197,9 @@ def main() -> None:
     for round_ in range(1, arguments.rounds + 1):
         for name, speed in {
             "plain batch": lambda r=round_: bench.plain(arguments.episodes, r),
-            "rollouts, 0 ms": lambda r=round_: bench.rollouts(arguments.episodes, 0.0, arguments.rows, r),
+            "rollouts, 0 ms": lambda r=round_: bench.rollouts(
+                arguments.episodes, 0.0, arguments.rows, r
+            ),
             "rollouts, 0-200 ms": lambda r=round_: bench.rollouts(
                 arguments.episodes, 0.2, arguments.concurrency, r
             ),
@@ -209,14 +213,20 @@ def main() -> None:
             "tokens_per_s": statistics.median(values),
             "share_of_plain": statistics.median(ratios),
         }
-        print(f"{name:30} {statistics.median(values):8.0f} tokens/s   {statistics.median(ratios):5.2f} of plain")
+        row = table[name]
+        print(
+            f"{name:30} {row['tokens_per_s']:8.0f} tokens/s {row['share_of_plain']:6.2f} of plain"
+        )
     slow = measured["lock-step generate, 0-200 ms"]
     faster = statistics.median(
         r / s for r, s in zip(measured["rollouts, 0-200 ms"], slow, strict=True)
     )
     print(f"rollouts over lock-step generate: {faster:.2f} times")
     overhead = rllib_overhead(arguments.iterations)
-    print(f"RLlib's own share of an iteration: {overhead['median']:.1%} (largest {overhead['max']:.1%})")
+    print(
+        f"RLlib's own share of an iteration: {overhead['median']:.1%} "
+        f"(largest {overhead['max']:.1%})"
+    )
     machine = {"machine": platform.machine(), "torch": torch.__version__}
     settings = {**vars(arguments), "turns": TURNS, "new_tokens": NEW_TOKENS}
     RESULTS.parent.mkdir(exist_ok=True)

@@ -1,116 +1,111 @@
-"""Makes the embedded model: supervised on demonstrations that are right in part, and stopped early.
+"""Makes the embedded model: supervised on oracle episodes, and left unfinished on purpose.
 
 `python -m turnwise.agents.tiny.make --out FOLDER` writes config, weights (bfloat16 safetensors)
-and tokenizer in Hugging Face format. The same seed gives the same weights on the same machine.
+and tokenizer in Hugging Face format; on two cores it takes about 20 minutes. The same seed gives
+the same weights on the same machine.
 
-The demonstrator plays the oracle's next action, but now and then answers too soon or searches for
-something else. The model so knows every move without knowing which is good: it succeeds
-sometimes, which is what reinforcement learning needs to begin with.
+Three lessons: reading drills, the oracle's episodes, and last a short one from a demonstrator who
+often answers too soon or searches for something else. After it the model knows every move and not
+yet which is good: it succeeds sometimes, which is what reinforcement learning needs to begin with.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from turnwise.agents.chat import Chat
+from turnwise.agents.tiny.lessons import Example, Writer, demonstrate, drills, episodes
 from turnwise.agents.tiny.tokenizer import make_tokenizer
 from turnwise.envs.search.search_env import SearchEnv
 
 logger = logging.getLogger(__name__)
 
+MICRO_TOKENS = 1024
+"""Tokens that go through the model at once: more fall out of a CPU's caches."""
 EARLY_ANSWER, STRAY_SEARCH = 0.25, 0.15
-"""How often a demonstrated turn is one of the two mistakes."""
-OBSERVATION_WEIGHT = 0.1
-"""Passages repeat names: predicting them a little teaches copying sooner."""
-
-
-class Example(NamedTuple):
-    """A demonstrated episode: token ids [T], and the loss weight of each as a target [T]."""
-
-    tokens: NDArray[np.int64]
-    weights: NDArray[np.float32]
-
-
-def demonstrate(env: SearchEnv, index: int, rng: random.Random) -> list[tuple[str, str]]:
-    """One episode of task `index` as (observation, action) pairs, with the two mistakes."""
-    observation, _ = env.reset(options={"task": index})
-    pairs, over = list[tuple[str, str]](), False
-    *stops, answer = env.task.data["path"]  # type: ignore[union-attr]
-    position, seen = 0, [stops[0]]
-    while not over:
-        chance = rng.random()
-        if chance < EARLY_ANSWER and position < len(stops):
-            action = f"<answer> {rng.choice(seen)} </answer>"
-        elif chance < EARLY_ANSWER + STRAY_SEARCH and position < len(stops):
-            action = f"<search> {rng.choice(seen)} </search>"
-        elif position < len(stops):
-            action = f"<search> {stops[position]} </search>"
-            position += 1
-        else:
-            action = f"<answer> {answer} </answer>"
-        pairs.append((observation, action))
-        observation, _, terminated, truncated, info = env.step(action)
-        over = terminated or truncated
-        seen += info.get("titles", [])
-    return pairs
-
-
-def examples(tokenizer: Any, chat: Chat, env: SearchEnv, seed: int) -> Iterator[Example]:
-    """Demonstrations of task 0, 1, ... as tokens, without end."""
-    rng = random.Random(seed)
-    end = list(chat.stop_token_ids)[:1]
-    index = 0
-    while True:
-        tokens, weights = list[int](), list[float]()
-        for turn, (observation, action) in enumerate(demonstrate(env, index, rng)):
-            given = (
-                chat.continuation(observation, closed=True)
-                if turn
-                else chat.opening([{"role": "user", "content": observation}])
-            )
-            taken = tokenizer.encode(action, add_special_tokens=False) + end
-            tokens += given + taken
-            weights += [OBSERVATION_WEIGHT] * len(given) + [1.0] * len(taken)
-        yield Example(np.array(tokens), np.array(weights, np.float32))
-        index += 1
+"""How often a turn of the last lesson is one of the two mistakes."""
+WORLD_SEED = 1_000
+"""The worlds it is taught in are not those of `Search-v0`'s default seed."""
 
 
 def batches(source: Iterator[Example], rows: int) -> Iterator[list[Example]]:
-    """Batches of similar length, from a pool of 32 batches."""
+    """Batches of like length, in random order, from pools of 16."""
+    rng = random.Random(0)
     while True:
-        pool = sorted((next(source) for _ in range(rows * 32)), key=lambda e: len(e.tokens))
+        pool = sorted(itertools.islice(source, rows * 16), key=lambda e: len(e.tokens))
         cut = [pool[i : i + rows] for i in range(0, len(pool), rows)]
-        random.Random(len(pool[0].tokens)).shuffle(cut)
+        rng.shuffle(cut)
         yield from cut
 
 
-def loss_of(model: LlamaForCausalLM, batch: list[Example]) -> torch.Tensor:
-    """Weighted cross-entropy of the next token, a scalar."""
-    length = max(len(e.tokens) for e in batch)
-    tokens = torch.zeros(len(batch), length, dtype=torch.long)
-    weights = torch.zeros(len(batch), length)
-    for row, example in enumerate(batch):
-        tokens[row, : len(example.tokens)] = torch.from_numpy(example.tokens)
-        weights[row, : len(example.tokens)] = torch.from_numpy(example.weights)
-    # Rows are padded on the right, so causal attention needs no further mask.
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    losses = functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1), reduction="none"
-    )
-    flat = weights[:, 1:].reshape(-1)
-    return (losses * flat).sum() / flat.sum()
+def micro_batches(batch: Sequence[Example]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens and weights [rows, length], padded on the right, of `MICRO_TOKENS` at most."""
+    batch = sorted(batch, key=lambda e: -len(e.tokens))
+    while batch:
+        length = len(batch[0].tokens)
+        rows = max(1, MICRO_TOKENS // length)
+        tokens = torch.zeros(len(batch[:rows]), length, dtype=torch.long)
+        weights = torch.zeros(tokens.shape)
+        for row, example in enumerate(batch[:rows]):
+            tokens[row, : len(example.tokens)] = torch.from_numpy(example.tokens)
+            weights[row, : len(example.tokens)] = torch.from_numpy(example.weights)
+        yield tokens, weights
+        batch = batch[rows:]
+
+
+def backward(model: LlamaForCausalLM, batch: Sequence[Example]) -> float:
+    """Add the gradient of the weighted mean cross-entropy; returns that loss."""
+    total = sum(float(e.weights[1:].sum()) for e in batch)
+    sum_of_losses = 0.0
+    for tokens, weights in micro_batches(batch):
+        # Rows are padded on the right, so causal attention needs no further mask.
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        losses = functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1), reduction="none"
+        )
+        loss = (losses * weights[:, 1:].reshape(-1)).sum() / total
+        loss.backward()
+        sum_of_losses += float(loss.detach())
+    return sum_of_losses
+
+
+def teach(
+    model: LlamaForCausalLM, name: str, lesson: Iterator[list[Example]], steps: int, scale: float
+) -> None:
+    """Train for `steps` batches: Muon for matrices, AdamW for the rest, decaying to a twentieth."""
+    matrices, others = list[torch.nn.Parameter](), list[torch.nn.Parameter]()
+    for parameter_name, parameter in model.named_parameters():
+        hidden = parameter.ndim == 2 and "embed" not in parameter_name
+        (matrices if hidden else others).append(parameter)
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.Muon(matrices, lr=1.0, momentum=0.95, weight_decay=0.0), 0.02 * scale),
+        (torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0), 3e-3 * scale),
+    ]
+    begun, recent = time.monotonic(), list[float]()
+    for step in range(steps):
+        model.zero_grad()
+        recent.append(backward(model, next(lesson)))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share = min(1.0, (step + 1) / 40) * max(0.05, 1.0 - step / steps)
+        for optimizer, lr in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * share
+            optimizer.step()
+        if step % 50 == 49 or step == steps - 1:
+            mean, seconds = sum(recent) / len(recent), time.monotonic() - begun
+            logger.info("%s %d: loss %.3f, %.0f s", name, step + 1, mean, seconds)
+            recent.clear()
 
 
 def new_model(tokenizer: Any) -> LlamaForCausalLM:
@@ -132,54 +127,43 @@ def new_model(tokenizer: Any) -> LlamaForCausalLM:
     )
 
 
-def make(out: Path, *, steps: int, rows: int, lr: float, seed: int, hops: tuple[int, ...]) -> None:
-    """Train for `steps` batches of `rows` episodes and save."""
-    torch.manual_seed(seed)
-    env = SearchEnv(split="train", seed=seed + 1_000, hops=hops)  # other worlds than RL will see
-    texts = [text for i in range(400) for pair in demonstrate(env, i, random.Random(i)) for text in pair]
-    tokenizer = make_tokenizer(texts, size=1024)
-    chat = Chat(tokenizer)
-    model = new_model(tokenizer)
-    parameters = sum(p.numel() for p in model.parameters())
-    logger.info("%d tokens, %d parameters", len(tokenizer), parameters)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1
+def new_tokenizer(env: SearchEnv) -> Any:
+    """A tokenizer that knows the words of the generated worlds."""
+    rng = random.Random(0)
+    return make_tokenizer(
+        (text for i in range(400) for pair in demonstrate(env, i, rng) for text in pair), size=1024
     )
-    source = batches(examples(tokenizer, chat, env, seed), rows)
-    begun = time.monotonic()
-    for step in range(steps):
-        loss = loss_of(model, next(source))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == steps - 1:
-            logger.info("step %d loss %.3f, %.0f s", step, float(loss), time.monotonic() - begun)
+
+
+def make(out: Path, *, steps: tuple[int, int, int], seed: int) -> None:
+    """Teach the three lessons for so many steps each, and save."""
+    torch.manual_seed(seed)
+    env = SearchEnv(seed=WORLD_SEED)
+    tokenizer = new_tokenizer(env)
+    writer = Writer(tokenizer, Chat(tokenizer))
+    model = new_model(tokenizer)
+    count = sum(p.numel() for p in model.parameters())
+    logger.info("%d tokens, %d parameters", len(tokenizer), count)
+    oracle = episodes(writer, env, seed, early_answer=0.0, stray_search=0.0)
+    careless = episodes(writer, env, seed, early_answer=EARLY_ANSWER, stray_search=STRAY_SEARCH)
+    teach(model, "drills", batches(drills(writer, env, seed), 48), steps[0], 1.0)
+    teach(model, "oracle", batches(oracle, 32), steps[1], 1.0)
+    teach(model, "demonstrations", batches(careless, 32), steps[2], 0.5)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[500, 700, 150], help="of each lesson"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hops", type=int, nargs="+", default=[1, 2, 3, 4])
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make(
-        arguments.out,
-        steps=arguments.steps,
-        rows=arguments.rows,
-        lr=arguments.lr,
-        seed=arguments.seed,
-        hops=tuple(arguments.hops),
-    )
+    make(arguments.out, steps=tuple(arguments.steps), seed=arguments.seed)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def make_tokenizer(texts: Iterable[str], *, size: int) -> Any:
     words = [w for w, _ in sorted(counts.items(), key=lambda wc: (-wc[1], wc[0])) if len(w) > 1]
     # A word's score beats any spelling of it in bytes; among words all are equal.
     pieces = [(p, -20.0) for p in alphabet] + [(_visible(w), -8.0) for w in words[:room]]
-    tokenizer = Tokenizer(models.Unigram([(c, 0.0) for c in (*control, *WHOLE)] + pieces, None, False))
+    tokenizer = Tokenizer(
+        models.Unigram([(c, 0.0) for c in (*control, *WHOLE)] + pieces, None, False)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(c, special=True, normalized=False) for c in control])

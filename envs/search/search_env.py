@@ -98,8 +98,8 @@ class SearchEnv(TextEnv):
         if isinstance(retriever, str):
             RETRIEVERS[retriever]  # an unknown name is told here, not at the first search
             if corpus is not None:
-                is_file = isinstance(corpus, (str, Path))
-                passages = _corpus(str(corpus)) if is_file else tuple(corpus)
+                from_file = isinstance(corpus, (str, Path))
+                passages = _corpus(str(corpus)) if from_file else tuple(corpus)  # type: ignore[arg-type]
                 self.retriever = _retriever(retriever, titles, passages, self._options)
 
     def begin(self, task: Task) -> str:
@@ -118,7 +118,7 @@ class SearchEnv(TextEnv):
         found = [passage for passage, _ in self._index().search(call.argument, self.top_k)]
         self.state += [p.title for p in found]
         info = {"valid": True, "tool": "search", "titles": [p.title for p in found]}
-        return Reply(self._show(found), info=info)
+        return Reply(self.show(found), info=info)
 
     def oracle(self) -> Iterator[str]:
         """Search every entity on the way, then answer."""
@@ -157,6 +157,18 @@ class SearchEnv(TextEnv):
         """`<answer> reference </answer>`; of several references, the first."""
         return Probe("<answer>", f" {self._task.reference[0]}")
 
+    def show(self, passages: Sequence[Passage]) -> str:
+        """Passages as the agent reads them."""
+        if not passages:
+            return "<information>\nNothing found.\n</information>"
+        lines = []
+        for number, passage in enumerate(passages, 1):
+            text = passage.text[: self.max_result_chars]
+            lines.append(
+                f"({number}) {passage.title}: {text}" if self.titles else f"({number}) {text}"
+            )
+        return "<information>\n" + "\n".join(lines) + "\n</information>"
+
     @property
     def _task(self) -> Task:
         if self.task is None:
@@ -168,15 +180,6 @@ class SearchEnv(TextEnv):
             passages = self._task.data["passages"]
             return _retriever(self.retriever, self.titles, passages, self._options)
         return self.retriever
-
-    def _show(self, passages: Sequence[Passage]) -> str:
-        if not passages:
-            return "<information>\nNothing found.\n</information>"
-        lines = []
-        for number, passage in enumerate(passages, 1):
-            text = passage.text[: self.max_result_chars]
-            lines.append(f"({number}) {passage.title}: {text}" if self.titles else f"({number}) {text}")
-        return "<information>\n" + "\n".join(lines) + "\n</information>"
 
 
 @functools.lru_cache(maxsize=64)

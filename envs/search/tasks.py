@@ -6,7 +6,7 @@ import functools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from turnwise.envs.search.dataset import Question, load_questions
 from turnwise.envs.search.world import Split, WorldTasks
@@ -58,8 +58,9 @@ def search_tasks(
     if split not in known:
         raise ValueError(f"split must be one of {known}, not {split!r}")
     if dataset is None:
-        return _world_tasks(seed, split, tuple(hops))  # type: ignore[arg-type]
-    return QuestionTasks(_questions(str(dataset), on_error), split)  # type: ignore[arg-type]
+        return _world_tasks(seed, cast(Split, split), tuple(hops))
+    chosen = cast("Split | Literal['all']", split)
+    return QuestionTasks(_questions(str(dataset), on_error), chosen)
 
 
 class _RememberedTasks:
@@ -87,8 +88,7 @@ def _world_tasks(seed: int, split: Split, hops: tuple[int, ...]) -> TaskSource:
 
 @functools.lru_cache(maxsize=4)
 def _questions(path: str, on_error: Literal["raise", "skip"]) -> Sequence[Question]:
-    loaded = load_questions(path, on_error=on_error)
-    return loaded
+    return load_questions(path, on_error=on_error)
 
 
 def _split_of(question: Question) -> Split:
