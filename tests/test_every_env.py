@@ -99,7 +99,9 @@ def test_a_script_that_imports_only_gymnasium() -> None:
         "                 vector_kwargs={'context': 'fork'})\n"
         "print(len(v.reset(seed=0)[0])); v.close()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Question:" in done.stdout
 

@@ -112,7 +112,9 @@ def test_the_tokens_are_the_conversation(kind: Any) -> None:
         assert three.action_mask[slice(*turn.action_span)].all()
         assert not three.action_mask[slice(*turn.observation_span)].any()
         assert (three.turn_of_token[slice(*turn.action_span)] == turn.index).all()
-    assert int(three.action_mask.sum()) == sum(b - a for a, b in (t.action_span for t in three.turns))
+    assert int(three.action_mask.sum()) == sum(
+        b - a for a, b in (t.action_span for t in three.turns)
+    )
     assert three.turns[-1].observation == "number 3"
     assert three.outcome == 1.0
     assert three.turn_rewards.tolist() == [0.25, 0.25, 0.25]

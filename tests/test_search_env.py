@@ -45,12 +45,19 @@ def test_an_episode_by_hand(question_file: Path) -> None:
     assert observation.endswith("Question: Where was the author of Iron Well born?")
     assert [t["function"]["name"] for t in info["tools"]] == ["search", "answer"]
     found = search(env, "Iron Well")
-    assert found == "<information>\n(1) Iron Well: Iron Well is the work of Ada Rowe. It is long.\n</information>"
+    text = "Iron Well is the work of Ada Rowe. It is long."
+    assert found == f"<information>\n(1) Iron Well: {text}\n</information>"
     observation, reward, terminated, truncated, info = env.step("<answer> the Greyport. </answer>")
     assert (observation, reward, terminated, truncated) == ("", 1.0, True, False)
     assert info["verdict"] == {"score": 1.0, "status": "correct", "detail": {"em": 1.0, "f1": 1.0}}
     assert info["success"] is True
-    assert [m["role"] for m in info["messages"]] == ["user", "assistant", "user", "assistant", "user"]
+    assert [m["role"] for m in info["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 def test_a_wrong_answer_is_paid_by_the_metric(question_file: Path) -> None:
@@ -66,7 +73,9 @@ def test_a_wrong_answer_is_paid_by_the_metric(question_file: Path) -> None:
 def test_titles_length_and_number_of_results(question_file: Path) -> None:
     env = SearchEnv(dataset=question_file, split="all", titles=False, max_result_chars=9, top_k=2)
     env.reset(seed=0)
-    assert search(env, "Greyport Ada") == "<information>\n(1) Ada Rowe \n(2) Greyport \n</information>"
+    assert (
+        search(env, "Greyport Ada") == "<information>\n(1) Ada Rowe \n(2) Greyport \n</information>"
+    )
     assert "Nothing found" in search(env, "zzz qqq")
 
 

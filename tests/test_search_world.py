@@ -1,5 +1,6 @@
 """The generated world: facts, passages, questions and splits."""
 
+import itertools
 import random
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_answer_follows_from_the_passages(split: str) -> None:
         path, texts = task.data["path"], {p.title: p.text for p in task.data["passages"]}
         assert len(path) == task.data["hops"] + 1
         assert len(set(path)) == len(path), "an entity comes twice"
-        for here, there in zip(path, path[1:], strict=False):
+        for here, there in itertools.pairwise(path):
             assert there in texts[here]
         assert task.reference == (path[-1],)
         assert path[0] in task.prompt
@@ -59,7 +60,9 @@ def test_a_question_names_its_relations_outermost_first() -> None:
     first, second, third = (f.relation.name for f in chain.facts)
     phrase = f"the {third} of the {second} of the {first} of {chain.facts[0].subject}?"
     assert chain.question.endswith(phrase)
-    assert chain.question.startswith("Who is" if chain.facts[-1].relation.object == "person" else "What is")
+    assert chain.question.startswith(
+        "Who is" if chain.facts[-1].relation.object == "person" else "What is"
+    )
 
 
 def test_a_relation_has_one_object_per_subject() -> None:

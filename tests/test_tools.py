@@ -23,7 +23,8 @@ TOOLS = (SEARCH, ANSWER)
         '{"name": "search", "arguments": {"query": "Ada Marlow"}}',
         '<tool_call>\n{"name": "search", "arguments": {"query": " Ada Marlow"}}\n</tool_call>',
         'Sure:\n```json\n{"name": "search", "arguments": {"query": "Ada Marlow"}}\n```',
-        '{"tool_calls": [{"function": {"name": "search", "arguments": "{\\"query\\": \\"Ada Marlow\\"}"}}]}',
+        '{"tool_calls": [{"function": {"name": "search", '
+        '"arguments": "{\\"query\\": \\"Ada Marlow\\"}"}}]}',
     ],
 )
 def test_every_accepted_form_gives_the_same_call(text: str) -> None:
