@@ -204,20 +204,13 @@ def summarise(
     )
 
 
-def succeeded(trajectory: Trajectory) -> bool:
-    """Whether the task was solved: by the verdict, else by an outcome of 1."""
-    if trajectory.verdict is not None:
-        return trajectory.verdict.status == "correct"
-    return trajectory.outcome >= 1.0
-
-
 def status(trajectory: Trajectory) -> str:
     """The verdict's status, "correct" or "wrong" without a verdict, or "failed"."""
     if not trajectory.ok:
         return "failed"
     if trajectory.verdict is not None:
         return trajectory.verdict.status
-    return "correct" if succeeded(trajectory) else "wrong"
+    return "correct" if trajectory.success else "wrong"
 
 
 def wilson(successes: float, trials: int, z: float = Z95) -> Estimate:
@@ -282,7 +275,7 @@ def _result(task: int, episodes: list[Trajectory]) -> TaskResult:
         task=task,
         task_id=next((t.task_id for t in episodes if t.task_id), ""),
         played=len(judged),
-        correct=sum(map(succeeded, judged)),
+        correct=sum(t.success for t in judged),
         score=_mean([t.outcome for t in judged]),
         failed=len(episodes) - len(judged),
     )

@@ -34,7 +34,7 @@ def load_model(
         FileNotFoundError: a path without a model in it.
         OSError: the hub has no such model, or cannot be reached and nothing is cached.
     """
-    source = _source(str(name_or_path))
+    source = model_source(str(name_or_path))
     if device is None:
         embedded = source in map(str, _EMBEDDED.values())
         device = "cuda" if torch.cuda.is_available() and not embedded else "cpu"
@@ -61,7 +61,7 @@ def load_model(
     return model.to(target).eval(), tokenizer
 
 
-def _source(name: str) -> str:
+def model_source(name: str) -> str:
     """What `from_pretrained` should be given."""
     folder = Path(name).expanduser()
     # The built-in name first: what is in the current directory must not change its meaning.

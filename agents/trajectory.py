@@ -90,6 +90,13 @@ class Trajectory:
         return self.turns[-1].reward if self.turns else 0.0
 
     @property
+    def success(self) -> bool:
+        """Whether the task was solved: by the verdict, else by an outcome of 1."""
+        if self.verdict is not None:
+            return self.verdict.status == "correct"
+        return self.outcome >= 1.0
+
+    @property
     def turn_rewards(self) -> NDArray[np.float32]:
         """float32[K], what each turn was paid beside the outcome."""
         rewards = np.array([t.reward for t in self.turns], np.float32)

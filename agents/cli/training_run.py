@@ -18,7 +18,7 @@ from turnwise.agents.cli.run_folder import RunFolder
 from turnwise.agents.cli.settings import RunSettings
 from turnwise.agents.engines.engine import Sampling
 from turnwise.agents.engines.transformers import TransformersEngine
-from turnwise.agents.evaluation import Evaluation, evaluate, succeeded
+from turnwise.agents.evaluation import Evaluation, evaluate
 from turnwise.agents.report import episode_record
 from turnwise.agents.rllib.algorithm import Turnwise
 from turnwise.agents.rllib.config import TurnwiseConfig
@@ -231,7 +231,7 @@ def metrics_row(
     if results.get("rows_with_signal_share"):
         learned = results.get("learners", {}).get(DEFAULT_MODULE_ID, {})
     row = {
-        "success": _mean([float(succeeded(t)) for t in judged]),
+        "success": _mean([float(t.success) for t in judged]),
         "return": _mean(totals),
         "reward_per_turn": _mean(
             [total / max(len(t.turns), 1) for t, total in zip(judged, totals, strict=True)]

@@ -13,7 +13,7 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics.metrics_logger import DEFAULT_STATS_CLS_LOOKUP
 
-from turnwise.agents.models import _source as model_source
+from turnwise.agents.models import model_source
 from turnwise.agents.rllib.environment import check_env_specifier
 from turnwise.agents.rllib.metrics import STATS
 from turnwise.agents.rllib.objectives import AGGREGATIONS, OBJECTIVES, token_weights

@@ -52,13 +52,6 @@ STATS: dict[str, type[StatsBase]] = {"episode_mean": EpisodeMean}
 """For `AlgorithmConfig.stats_cls_lookup`."""
 
 
-def succeeded(trajectory: Trajectory) -> bool:
-    """Whether the task was solved: by the verdict, else by an outcome of 1."""
-    if trajectory.verdict is not None:
-        return trajectory.verdict.status == "correct"
-    return trajectory.outcome >= 1.0
-
-
 def failure(trajectory: Trajectory) -> str | None:
     """What kept an episode from being learned from: "failed", or the verdict's status."""
     if trajectory.status == "failed":
@@ -92,7 +85,7 @@ def log_episodes(metrics: MetricsLogger, trajectories: Sequence[Trajectory]) -> 
         means = {
             EPISODE_RETURN_MEAN: total,
             EPISODE_LEN_MEAN: len(t.turns),
-            "success_mean": float(succeeded(t)),
+            "success_mean": float(t.success),
             "turns_mean": len(t.turns),
             "reward_per_turn": total / max(len(t.turns), 1),
             ACTION_TOKENS: int(t.action_mask.sum()),

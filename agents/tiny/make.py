@@ -135,20 +135,34 @@ def new_tokenizer(env: SearchEnv) -> Any:
     )
 
 
-def make(out: Path, *, steps: tuple[int, int, int], seed: int) -> None:
-    """Teach the three lessons for so many steps each, and save."""
+def make(out: Path, *, steps: Sequence[int], seed: int, keep: Path | None = None) -> None:
+    """Teach the three lessons for so many steps each, and save.
+
+    Args:
+        out: folder of the finished model.
+        steps: of each lesson.
+        seed: of the weights and the mistakes.
+        keep: folder that also gets the model as it is after each lesson, in float32.
+    """
     torch.manual_seed(seed)
     env = SearchEnv(seed=WORLD_SEED)
     tokenizer = new_tokenizer(env)
     writer = Writer(tokenizer, Chat(tokenizer))
     model = new_model(tokenizer)
-    count = sum(p.numel() for p in model.parameters())
-    logger.info("%d tokens, %d parameters", len(tokenizer), count)
+    parameters = sum(p.numel() for p in model.parameters())
+    logger.info("%d tokens, %d parameters", len(tokenizer), parameters)
     oracle = episodes(writer, env, seed, early_answer=0.0, stray_search=0.0)
     careless = episodes(writer, env, seed, early_answer=EARLY_ANSWER, stray_search=STRAY_SEARCH)
-    teach(model, "drills", batches(drills(writer, env, seed), 48), steps[0], 1.0)
-    teach(model, "oracle", batches(oracle, 32), steps[1], 1.0)
-    teach(model, "demonstrations", batches(careless, 32), steps[2], 0.5)
+    lessons = {
+        "drills": (batches(drills(writer, env, seed), 48), 1.0),
+        "oracle": (batches(oracle, 32), 1.0),
+        "careless": (batches(careless, 32), 0.5),
+    }
+    for (name, (lesson, scale)), count in zip(lessons.items(), steps, strict=True):
+        teach(model, name, lesson, count, scale)
+        if keep is not None:
+            model.save_pretrained(keep / name)
+            tokenizer.save_pretrained(keep / name)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -158,12 +172,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[500, 700, 150], help="of each lesson"
+        "--steps", type=int, nargs=3, default=[700, 1600, 150], help="of each lesson"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for the model after each lesson")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make(arguments.out, steps=tuple(arguments.steps), seed=arguments.seed)
+    make(arguments.out, steps=arguments.steps, seed=arguments.seed, keep=arguments.keep)
 
 
 if __name__ == "__main__":
