@@ -218,17 +218,17 @@ def _iterate(space: UnicodeBatch, items: Iterable[str]) -> Iterator[str]:  # typ
     return iter(texts)
 
 
-@create_shared_memory.register(Unicode)
+@create_shared_memory.register(Unicode)  # pyright: ignore[reportArgumentType]
 def _create_shared_memory(space: Unicode, n: int = 1, ctx: Any = multiprocessing) -> SharedTexts:
     return SharedTexts.create(n, space.shared_bytes, ctx)
 
 
-@read_from_shared_memory.register(Unicode)
+@read_from_shared_memory.register(Unicode)  # pyright: ignore[reportArgumentType]
 def _read_from_shared_memory(space: Unicode, shared_memory: SharedTexts, n: int = 1) -> SharedTexts:
     return shared_memory
 
 
-@write_to_shared_memory.register(Unicode)
+@write_to_shared_memory.register(Unicode)  # pyright: ignore[reportArgumentType]
 def _write_to_shared_memory(
     space: Unicode, index: int, value: str, shared_memory: SharedTexts
 ) -> None:

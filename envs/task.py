@@ -34,3 +34,4 @@ class TaskSource(Protocol):
 
     def __getitem__(self, index: int) -> Task:
         """Task `index` (from 0). IndexError past the end."""
+        ...

@@ -98,17 +98,20 @@ class Engine(Protocol):
 
     def poll(self) -> list[Completion]:
         """Work a little; what has finished since. An empty list while work remains or idle."""
+        ...
 
     def release(self, session: Hashable) -> None:
         """Forget a session's cache (no error if there is none)."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Submit, then yield every completion as it finishes."""
+        ...
 
     def score(
         self, token_ids: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]
     ) -> list[NDArray[np.float32]]:
         """Teacher-forced log-probabilities (temperature 1) of each sequence's span [start, end)."""
+        ...
 
     def load_weights(self, state: Mapping[str, Any] | None, version: int) -> None:
         """Take new weights (None: the model's own parameters changed in place)."""

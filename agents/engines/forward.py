@@ -34,6 +34,7 @@ class Forward(Protocol):
 
     def prefill(self, chunk: Chunk) -> Tensor:
         """Read a chunk into the cache; the logits `[w, vocabulary]` that are wanted."""
+        ...
 
     def decode(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
         """One token for each of the first n rows.
@@ -46,6 +47,7 @@ class Forward(Protocol):
         Returns:
             `[n, vocabulary]` logits, valid until the next call.
         """
+        ...
 
     def refresh(self) -> None:
         """The model's parameters changed: renew whatever was derived from them."""

@@ -163,13 +163,14 @@ def make(out: Path, *, steps: Sequence[int], seed: int, keep: Path | None = None
         if keep is not None:
             model.save_pretrained(keep / name)
             tokenizer.save_pretrained(keep / name)
-    model.to(torch.bfloat16).save_pretrained(out)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Makes the embedded model.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument(
         "--steps", type=int, nargs=3, default=[700, 1600, 150], help="of each lesson"

@@ -139,16 +139,19 @@ class WorldTasks:
             raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
         if not hops or any(h not in (1, 2, 3, 4) for h in hops):
             raise ValueError(f"hops must be numbers from 1 to 4, not {tuple(hops)!r}")
-        self.seed, self.split, self.hops = seed, split, tuple(hops)
+        self.seed = seed
+        self.split: Split = split
+        self.hops = tuple(hops)
 
     def __getitem__(self, index: int) -> Task:
         """Task `index`; its `data` holds the passages, the hops and the entities to look up."""
         rng = random.Random(f"search world {self.seed} {self.split} {index}")
         hops = rng.choice(self.hops)
-        chain = None
-        while chain is None:
+        while True:  # a world may be without a chain of so many hops
             world = make_world(rng, self.split)
             chain = sample_chain(rng, world, hops, self.split)
+            if chain is not None:
+                break
         return Task(
             id=f"world-{self.seed}-{self.split}-{index}",
             prompt=chain.question,
