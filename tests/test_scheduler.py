@@ -202,6 +202,9 @@ def test_the_reference_is_probed_before_every_turn() -> None:
     assert trajectory.gold_logprob is not None
     np.testing.assert_array_equal(trajectory.gold_logprob, [0.0, -1.0, -2.0, np.nan])
     assert "now" not in TOKENIZER.decode(trajectory.tokens)
+    gains = [turn.scores.get("information_gain") for turn in trajectory.turns]
+    assert gains[:2] == pytest.approx([np.exp(-1) - 1, np.exp(-2) - np.exp(-1)])
+    assert gains[2] is None, "nothing is asked after the last turn"
 
 
 def test_an_environment_without_a_probe_is_refused_with_the_remedy() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turnwise.agents.chat import Chat
 from turnwise.agents.engines.engine import Completion, Request, Sampling
@@ -123,6 +125,12 @@ class Play:
         del self.tokens[self.turns[-1].observation_span[1] if self.turns else 0 :]
         return self._trajectory("failed", None, error)
 
+    def _show_gains(self, gold: NDArray[np.float32]) -> None:
+        """Note on each turn but the last what it added to the probability of the reference."""
+        for turn in self.turns[:-1]:
+            gain = float(np.exp(gold[turn.index + 1]) - np.exp(gold[turn.index]))
+            self.turns[turn.index] = replace(turn, scores={**turn.scores, "information_gain": gain})
+
     def _append(self, tokens: list[int], logprobs: list[float] | None = None) -> None:
         self.tokens += tokens
         self.logprobs += logprobs or [0.0] * len(tokens)
@@ -136,6 +144,7 @@ class Play:
         if self._probe:
             gold = np.full(turns + 1, np.nan, np.float32)
             gold[:turns] = self._gold[:turns]
+            self._show_gains(gold)
         return Trajectory(
             env_id=self.env_id,
             task_id=self.task_id,
