@@ -13,6 +13,7 @@ from turnwise.agents.chat import Chat
 from turnwise.agents.engines.engine import Completion, Request, Sampling
 from turnwise.agents.rollout.environment_worker import Answer
 from turnwise.agents.trajectory import Status, Trajectory, Turn
+from turnwise.rewards.credit.information_gain import information_gain
 from turnwise.rewards.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ class Play:
 
     def _show_gains(self, gold: NDArray[np.float32]) -> None:
         """Note on each turn but the last what it added to the probability of the reference."""
-        for turn in self.turns[:-1]:
-            gain = float(np.exp(gold[turn.index + 1]) - np.exp(gold[turn.index]))
+        gains = information_gain(gold[None], [len(self.turns)])[0].tolist()
+        for turn, gain in zip(self.turns[:-1], gains, strict=False):
             self.turns[turn.index] = replace(turn, scores={**turn.scores, "information_gain": gain})
 
     def _append(self, tokens: list[int], logprobs: list[float] | None = None) -> None:
