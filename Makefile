@@ -10,19 +10,23 @@ TORCH ?= torch==2.13.0+cpu
 else
 TORCH ?= torch
 endif
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PLAIN_TORCH := $(firstword $(subst +, ,$(TORCH)))
+QUIET_PIP := python -m pip --disable-pip-version-check --quiet
 DEMO := --env turnwise/Search-v0 --credit igpo --model tiny
 
-.PHONY: demo test slow lint types wheel check tiny bench clean
+.PHONY: demo test slow retrievers lint types wheel check tiny bench clean
 
 demo: $(VENV)/.train ## train the embedded model, show held-out success before and after
-	$(BIN)/turnwise train $(DEMO) --steps $${STEPS:-100} --name demo --overwrite
+	$(BIN)/turnwise train $(DEMO) --steps $${STEPS:-120} --name demo --overwrite
 
 test: $(VENV)/.dev ## the quick tests
 	$(BIN)/python -m pytest -q -m "not slow"
 
 slow: $(VENV)/.dev ## the tests that train or start Ray
 	$(BIN)/python -m pytest -q -m slow
+
+retrievers: $(VENV)-retrievers/.ready ## the tests that need Lucene and FAISS, in a place of their own
+	$(VENV)-retrievers/bin/python -m pytest -q tests/test_retrieval.py tests/test_lucene.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,7 +49,7 @@ bench: $(VENV)/.dev ## the benchmarks; they write benchmarks/results/*.json
 	$(BIN)/python benchmarks/credit_search.py
 
 clean:
-	rm -rf $(VENV) .venv-wheel build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(VENV)-retrievers .venv-wheel build dist *.egg-info src/*.egg-info
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,13 +58,22 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.python
-	$(PIP) install "$(TORCH)" 2>/dev/null || $(PIP) install "$(firstword $(subst +, ,$(TORCH)))"
+	$(BIN)/$(QUIET_PIP) install "$(TORCH)" 2>/dev/null || \
+		$(BIN)/$(QUIET_PIP) install "$(PLAIN_TORCH)"
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.torch pyproject.toml
-	$(PIP) install -e ".[train]"
+	$(BIN)/$(QUIET_PIP) install -e ".[train]"
+	@touch $@
+
+# pyserini brings many packages; those of the other environment stay as they are.
+$(VENV)-retrievers/.ready: $(VENV)/.python pyproject.toml
+	$(PYTHON) -m venv $(VENV)-retrievers
+	$(VENV)-retrievers/bin/$(QUIET_PIP) install "$(TORCH)" 2>/dev/null || \
+		$(VENV)-retrievers/bin/$(QUIET_PIP) install "$(PLAIN_TORCH)"
+	$(VENV)-retrievers/bin/$(QUIET_PIP) install -e ".[pyserini,faiss]" pytest hypothesis
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train pyproject.toml
-	$(PIP) install -e ".[train,multi,dev]"
+	$(BIN)/$(QUIET_PIP) install -e ".[train,multi,dev]"
 	@touch $@

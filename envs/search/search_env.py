@@ -45,7 +45,7 @@ class SearchEnv(TextEnv):
         corpus: str | Path | Sequence[Passage] | None = None,
         split: str = "train",
         seed: int = 0,
-        hops: Sequence[int] = (1, 2, 3, 4),
+        hops: Sequence[int] = (1, 2),
         retriever: str | Retriever = "bm25",
         retriever_options: Mapping[str, Any] | None = None,
         top_k: int = 3,
@@ -64,7 +64,7 @@ class SearchEnv(TextEnv):
             corpus: passages to search, or a file of them; None searches each question's own.
             split: "train" or "heldout"; a file also has "all".
             seed: of the generated world.
-            hops: question lengths of the generated world, from 1 to 4.
+            hops: question lengths of the generated world, each from 1 to 4.
             retriever: "bm25", "lucene", "dense", or a `Retriever` of your own, which brings its
                 corpus.
             retriever_options: of a retriever by name, such as `{"k1": 0.9}` or, for "dense",

@@ -161,21 +161,16 @@ class WorldTasks:
 
 
 def _name_entities(rng: random.Random) -> dict[Kind, list[str]]:
-    people = set[str]()
-    # Few first and last names for many people: searching a name also finds its namesakes.
-    firsts = rng.sample(lexicon.FIRST_NAMES, SIZES["person"] // 2)
-    lasts = rng.sample(lexicon.LAST_NAMES, SIZES["person"] // 2)
-    while len(people) < SIZES["person"]:
-        people.add(f"{rng.choice(firsts)} {rng.choice(lasts)}")
-    books = set[str]()
-    adjectives = rng.sample(lexicon.TITLE_ADJECTIVES, SIZES["book"] // 2)
-    while len(books) < SIZES["book"]:
-        books.add(f"{rng.choice(adjectives)} {rng.choice(lexicon.TITLE_NOUNS)}")
+    # Two people share each last name, two books each noun: searching for one also finds the other.
+    firsts = rng.sample(lexicon.FIRST_NAMES, SIZES["person"])
+    lasts = rng.sample(lexicon.LAST_NAMES, SIZES["person"] // 2) * 2
+    adjectives = rng.sample(lexicon.TITLE_ADJECTIVES, SIZES["book"])
+    nouns = rng.sample(lexicon.TITLE_NOUNS, SIZES["book"] // 2) * 2
     return {
-        "person": sorted(people),
+        "person": [f"{first} {last}" for first, last in zip(firsts, lasts, strict=True)],
         "city": rng.sample(lexicon.CITIES, SIZES["city"]),
         "country": rng.sample(lexicon.COUNTRIES, SIZES["country"]),
-        "book": sorted(books),
+        "book": [f"{first} {noun}" for first, noun in zip(adjectives, nouns, strict=True)],
     }
 
 
