@@ -165,6 +165,7 @@ def make(out: Path, *, steps: Sequence[int], seed: int, keep: Path | None = None
             tokenizer.save_pretrained(keep / name)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     tokenizer.save_pretrained(out)
 
 
