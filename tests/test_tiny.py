@@ -57,7 +57,7 @@ def test_lessons_only_weigh_what_the_assistant_says() -> None:
     writer = Writer(tokenizer, Chat(tokenizer))
     for source in (
         drills(writer, env, 0),
-        episodes(writer, env, 0, early_answer=0, stray_search=0),
+        episodes(writer, env, 0),
     ):
         for _ in range(20):
             example = next(source)
@@ -80,7 +80,7 @@ def test_the_same_seed_makes_the_same_model(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     for name in ("one", "two"):
-        tiny.make(tmp_path / name, steps=(1, 1, 1), seed=3)
+        tiny.make(tmp_path / name, steps=(1, 1, 2, 1), seed=3)
     one, two = (load_model(tmp_path / name)[0].state_dict() for name in ("one", "two"))
     for key, value in one.items():
         np.testing.assert_array_equal(value.numpy(), two[key].numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -89,9 +90,15 @@ def _ask(fact: Fact, beyond: int, rng: random.Random) -> str:
 
 
 def episodes(
-    writer: Writer, env: SearchEnv, seed: int, *, early_answer: float, stray_search: float
+    writer: Writer,
+    env: SearchEnv,
+    seed: int,
+    *,
+    early_answer: float = 0.0,
+    stray_search: float = 0.0,
+    first: int = 0,
 ) -> Iterator[Example]:
-    """Demonstrated episodes of task 0, 1, ... without end.
+    """Demonstrated episodes of task `first`, `first + 1`, ... without end.
 
     Args:
         writer: to tokens.
@@ -99,12 +106,11 @@ def episodes(
         seed: of the mistakes.
         early_answer: how often a turn answers, before its time, with something seen.
         stray_search: how often a turn searches for something else seen.
+        first: index of the first task.
     """
     rng = random.Random(seed)
-    index = 0
-    while True:
+    for index in itertools.count(first):
         yield writer.example(demonstrate(env, index, rng, early_answer, stray_search))
-        index += 1
 
 
 def demonstrate(

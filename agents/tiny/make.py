@@ -1,11 +1,11 @@
 """Makes the embedded model: supervised on oracle episodes, and left unfinished on purpose.
 
 `python -m turnwise.agents.tiny.make --out FOLDER` writes config, weights (bfloat16 safetensors)
-and tokenizer in Hugging Face format; on one core it takes about 15 minutes. The same seed gives
+and tokenizer in Hugging Face format; on one core it takes about 20 minutes. The same seed gives
 the same weights on the same machine.
 
-Three lessons: reading drills, the oracle's episodes, and last a short one from a demonstrator who
-often answers too soon or searches for something else. After it the model knows every move and not
+Four lessons: reading drills, the oracle's episodes, a review of both, and last a short one from a
+demonstrator who often answers too soon or searches for something else. After it the model knows every move and not
 yet which is good: it succeeds sometimes, which is what reinforcement learning needs to begin with.
 """
 
@@ -35,6 +35,8 @@ MICRO_TOKENS = 1024
 """Tokens that go through the model at once: more fall out of a CPU's caches."""
 EARLY_ANSWER, STRAY_SEARCH = 0.25, 0.15
 """How often a turn of the last lesson is one of the two mistakes."""
+REVIEWED = 1 << 20
+"""The review's episodes are other ones: tasks from here on."""
 WORLD_SEED = 1_000
 """The worlds it is taught in are not those of `Search-v0`'s default seed."""
 
@@ -135,8 +137,26 @@ def new_tokenizer(env: SearchEnv) -> Any:
     )
 
 
+def lessons(
+    writer: Writer, env: SearchEnv, seed: int
+) -> dict[str, tuple[Iterator[list[Example]], float]]:
+    """What is taught, in this order: batches by name, and how fast they are learned."""
+    careless = {"early_answer": EARLY_ANSWER, "stray_search": STRAY_SEARCH}
+    reading, playing = (
+        batches(drills(writer, env, seed + 1), 48),
+        batches(episodes(writer, env, seed, first=REVIEWED), 32),
+    )
+    review = (next(reading if step % 3 else playing) for step in itertools.count())
+    return {
+        "drills": (batches(drills(writer, env, seed), 48), 1.0),
+        "oracle": (batches(episodes(writer, env, seed), 32), 1.0),
+        "review": (review, 1.0),
+        "careless": (batches(episodes(writer, env, seed, **careless), 32), 0.5),
+    }
+
+
 def make(out: Path, *, steps: Sequence[int], seed: int, keep: Path | None = None) -> None:
-    """Teach the three lessons for so many steps each, and save.
+    """Teach the lessons for so many steps each, and save.
 
     Args:
         out: folder of the finished model.
@@ -151,14 +171,9 @@ def make(out: Path, *, steps: Sequence[int], seed: int, keep: Path | None = None
     model = new_model(tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     logger.info("%d tokens, %d parameters", len(tokenizer), parameters)
-    oracle = episodes(writer, env, seed, early_answer=0.0, stray_search=0.0)
-    careless = episodes(writer, env, seed, early_answer=EARLY_ANSWER, stray_search=STRAY_SEARCH)
-    lessons = {
-        "drills": (batches(drills(writer, env, seed), 48), 1.0),
-        "oracle": (batches(oracle, 32), 1.0),
-        "careless": (batches(careless, 32), 0.5),
-    }
-    for (name, (lesson, scale)), count in zip(lessons.items(), steps, strict=True):
+    for (name, (lesson, scale)), count in zip(
+        lessons(writer, env, seed).items(), steps, strict=True
+    ):
         teach(model, name, lesson, count, scale)
         if keep is not None:
             model.save_pretrained(keep / name)
@@ -174,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the embedded model.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[500, 900, 120], help="of each lesson"
+        "--steps", type=int, nargs=4, default=[500, 900, 1200, 120], help="of each lesson"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the model after each lesson")
