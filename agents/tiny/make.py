@@ -5,8 +5,9 @@ and tokenizer in Hugging Face format; on one core it takes about 20 minutes. The
 the same weights on the same machine.
 
 Four lessons: reading drills, the oracle's episodes, a review of both, and last a short one from a
-demonstrator who often answers too soon or searches for something else. After it the model knows every move and not
-yet which is good: it succeeds sometimes, which is what reinforcement learning needs to begin with.
+demonstrator who often answers too soon or searches for something else. After it the model knows
+every move and not yet which is good: it succeeds sometimes, which is what reinforcement learning
+needs to begin with.
 """
 
 from __future__ import annotations
@@ -142,10 +143,8 @@ def lessons(
 ) -> dict[str, tuple[Iterator[list[Example]], float]]:
     """What is taught, in this order: batches by name, and how fast they are learned."""
     careless = {"early_answer": EARLY_ANSWER, "stray_search": STRAY_SEARCH}
-    reading, playing = (
-        batches(drills(writer, env, seed + 1), 48),
-        batches(episodes(writer, env, seed, first=REVIEWED), 32),
-    )
+    reading = batches(drills(writer, env, seed + 1), 48)
+    playing = batches(episodes(writer, env, seed, first=REVIEWED), 32)
     review = (next(reading if step % 3 else playing) for step in itertools.count())
     return {
         "drills": (batches(drills(writer, env, seed), 48), 1.0),
