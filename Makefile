@@ -12,12 +12,12 @@ TORCH ?= torch
 endif
 PLAIN_TORCH := $(firstword $(subst +, ,$(TORCH)))
 QUIET_PIP := python -m pip --disable-pip-version-check --quiet
-DEMO := --env turnwise/Search-v0 --credit igpo --model tiny
+DEMO := --env turnwise/Search-v0 --credit igpo --credit-arg gain_weight=0.3 --model tiny
 
 .PHONY: demo test slow retrievers lint types wheel check tiny bench clean
 
 demo: $(VENV)/.train ## train the embedded model, show held-out success before and after
-	$(BIN)/turnwise train $(DEMO) --steps $${STEPS:-120} --name demo --overwrite
+	$(BIN)/turnwise train $(DEMO) --steps $${STEPS:-200} --name demo --overwrite
 
 test: $(VENV)/.dev ## the quick tests
 	$(BIN)/python -m pytest -q -m "not slow"

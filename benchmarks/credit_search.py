@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=45_000, help="sampled in each run")
     parser.add_argument("--questions", type=int, default=200, help="held out, after training")
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--run", nargs=2, metavar=("CREDIT", "SEED"), help="a single run, as JSON")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SMALL_MODEL_LR, LR = 5e-4, 1e-6
+SMALL_MODEL_LR, LR = 1e-3, 1e-6
 """Learning rates of the embedded model and of every other."""
 
 

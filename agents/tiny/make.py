@@ -13,6 +13,7 @@ needs to begin with.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import logging
 import random
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 MICRO_TOKENS = 1024
 """Tokens that go through the model at once: more fall out of a CPU's caches."""
-EARLY_ANSWER, STRAY_SEARCH = 0.25, 0.15
+EARLY_ANSWER, STRAY_SEARCH = 0.3, 0.15
 """How often a turn of the last lesson is one of the two mistakes."""
 REVIEWED = 1 << 20
 """The review's episodes are other ones: tasks from here on."""
@@ -142,7 +143,9 @@ def lessons(
     writer: Writer, env: SearchEnv, seed: int
 ) -> dict[str, tuple[Iterator[list[Example]], float]]:
     """What is taught, in this order: batches by name, and how fast they are learned."""
-    careless = {"early_answer": EARLY_ANSWER, "stray_search": STRAY_SEARCH}
+    careless = functools.partial(
+        episodes, writer, env, seed, early_answer=EARLY_ANSWER, stray_search=STRAY_SEARCH
+    )
     reading = batches(drills(writer, env, seed + 1), 48)
     playing = batches(episodes(writer, env, seed, first=REVIEWED), 32)
     review = (next(reading if step % 3 else playing) for step in itertools.count())
@@ -150,7 +153,7 @@ def lessons(
         "drills": (batches(drills(writer, env, seed), 48), 1.0),
         "oracle": (batches(episodes(writer, env, seed), 32), 1.0),
         "review": (review, 1.0),
-        "careless": (batches(episodes(writer, env, seed, **careless), 32), 0.5),
+        "careless": (batches(careless(), 32), 0.5),
     }
 
 
