@@ -504,3 +504,15 @@ def test_random_sessions_equal_the_naive_reference(data: st.DataObject) -> None:
             eng.release(session)
     check(list(eng.generate([])))
     assert not flying
+
+
+def test_it_works_under_torchs_ban_on_non_deterministic_kernels() -> None:
+    request = Request(0, [5, 6, 7], Sampling(max_new_tokens=4), seed=1)
+    (expected,) = engine().generate([request])
+    torch.use_deterministic_algorithms(True)
+    try:
+        (completion,) = engine().generate([request])
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert completion.tokens.tolist() == expected.tokens.tolist()

@@ -22,7 +22,6 @@ from turnwise.agents.evaluation import Evaluation, evaluate
 from turnwise.agents.report import episode_record
 from turnwise.agents.rllib.algorithm import Turnwise
 from turnwise.agents.rllib.config import TurnwiseConfig
-from turnwise.agents.rllib.env_runner import any_kernel
 from turnwise.agents.rllib.module import CausalLMModule
 from turnwise.agents.trajectory import Trajectory
 
@@ -92,16 +91,15 @@ class TrainingRun:
                 raise Stopped
 
         policy = self.policy()
-        with any_kernel():
-            evaluation = evaluate(
-                TransformersEngine(policy.lm, self.tokenizer),
-                Chat(self.tokenizer),
-                lambda: spare.pop() if spare else make_env(),
-                tasks=settings.eval_tasks if size is None else min(size, settings.eval_tasks),
-                sampling=Sampling(settings.max_new_tokens, settings.temperature),
-                seed=settings.seed,
-                on_episode=stop_if_asked,
-            )
+        evaluation = evaluate(
+            TransformersEngine(policy.lm, self.tokenizer),
+            Chat(self.tokenizer),
+            lambda: spare.pop() if spare else make_env(),
+            tasks=settings.eval_tasks if size is None else min(size, settings.eval_tasks),
+            sampling=Sampling(settings.max_new_tokens, settings.temperature),
+            seed=settings.seed,
+            on_episode=stop_if_asked,
+        )
         row = {"iteration": self.iteration, "split": split, **evaluation.to_json()}
         self.folder.append(self.folder.evaluations_file, row)
         return evaluation

@@ -18,6 +18,7 @@ from turnwise.agents.engines.engine import Completion, Finish, Request
 from turnwise.agents.engines.forward import Forward
 from turnwise.agents.engines.fused import FusedForward, can_fuse
 from turnwise.agents.engines.hf import ModelForward, cache_shape
+from turnwise.agents.engines.inference import inference
 from turnwise.agents.engines.prefill import Work, accept, read_contexts, score_spans
 from turnwise.agents.engines.rows import Rows
 
@@ -170,7 +171,7 @@ class TransformersEngine:
     def poll(self) -> list[Completion]:
         """Work a little: admit and prefill, then decode until something finishes."""
         done: list[Completion] = []
-        with torch.inference_mode():
+        with inference():
             if self._should_admit():
                 self._admit(done)
             if self._working and not done:
@@ -367,7 +368,7 @@ class TransformersEngine:
         Raises:
             ValueError: a span outside its sequence, or one that starts at the first token.
         """
-        with torch.inference_mode():
+        with inference():
             return score_spans(
                 self._forward,
                 token_ids,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -55,21 +54,6 @@ def to_episode(trajectory: Trajectory) -> SingleAgentEpisode:
         )
     episode.custom_data[TRAJECTORY] = trajectory
     return episode
-
-
-@contextlib.contextmanager
-def any_kernel() -> Iterator[None]:
-    """Lift torch's ban on operations without a deterministic kernel.
-
-    RLlib sets it for the whole process when a seed is given. The engine writes its cache by index,
-    every cell once, which is banned and deterministic all the same.
-    """
-    banned = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(banned)
 
 
 class TurnEnvRunner(EnvRunner, Checkpointable):
@@ -213,8 +197,7 @@ class TurnEnvRunner(EnvRunner, Checkpointable):
             for g in groups
             for m, seed in enumerate(g.seeds)
         ]
-        with any_kernel():
-            trajectories = list(self._scheduler(explore).run(episodes))
+        trajectories = list(self._scheduler(explore).run(episodes))
         log_episodes(self.metrics, trajectories)
         self.num_env_steps_sampled_lifetime += sum(len(t.turns) for t in trajectories)
         self.metrics.log_value(WEIGHTS_SEQ_NO, self._weights_seq_no, reduce="min")
