@@ -17,7 +17,7 @@ DEMO := --env turnwise/Search-v0 --credit igpo --credit-arg gain_weight=0.3 --mo
 .PHONY: demo test slow retrievers lint types wheel check tiny bench clean
 
 demo: $(VENV)/.train ## train the embedded model, show held-out success before and after
-	$(BIN)/turnwise train $(DEMO) --steps $${STEPS:-200} --name demo --overwrite
+	$(BIN)/turnwise train $(DEMO) --steps $${STEPS:-120} --name demo --overwrite
 
 test: $(VENV)/.dev ## the quick tests
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -70,7 +70,7 @@ def test_the_credit_example_runs() -> None:
     "command", [c for c in COMMANDS if c.startswith("turnwise") and c.split()[1] in QUICK]
 )
 def test_each_quick_command_runs(command: str, tmp_path: Path) -> None:
-    typed = "<search> Thistledown </search>\n\n<answer> nobody </answer>\n\n"
+    typed = "<search> Amber Harbour </search>\n\n<answer> nobody </answer>\n\n"
     done = run(command, tmp_path, input=typed)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -65,6 +65,11 @@ def test_a_question_names_its_relations_outermost_first() -> None:
     )
 
 
+def test_no_subject_has_two_relations_to_one_kind() -> None:
+    kinds = [(r.subject, r.object) for r in RELATIONS]
+    assert len(kinds) == len(set(kinds))
+
+
 def test_a_relation_has_one_object_per_subject() -> None:
     world = make_world(random.Random(1), "heldout")
     keys = [(f.subject, f.relation.name) for f in world.facts]

@@ -30,7 +30,7 @@ def test_it_is_small_and_loads_like_any_other() -> None:
     count = sum(p.numel() for p in model.parameters())
     assert 500_000 <= count <= 2_000_000
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    text = 'Who is the idol of Ada Marlow? naïve 日本\n<search> "x" </search>'
+    text = 'Who is the mentor of Ada Marlow? naïve 日本\n<search> "x" </search>'
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 

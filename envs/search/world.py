@@ -27,7 +27,6 @@ class Relation(NamedTuple):
 
 RELATIONS: tuple[Relation, ...] = (
     Relation("birthplace", "person", "city", ("was born in {}", "comes from {}")),
-    Relation("idol", "person", "person", ("admires {}", "looks up to {}")),
     Relation("mentor", "person", "person", ("studied under {}", "was taught by {}")),
     Relation("author", "book", "person", ("was written by {}", "is the work of {}")),
     Relation("setting", "book", "city", ("is set in {}", "takes place in {}")),
@@ -36,6 +35,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("capital", "country", "city", ("has the capital {}", "is governed from {}")),
     Relation("leader", "country", "person", ("is led by {}", "is ruled by {}")),
 )
+"""No subject has two relations to objects of one kind."""
 SIZES: dict[Kind, int] = {"person": 16, "city": 8, "country": 4, "book": 8}
 
 
