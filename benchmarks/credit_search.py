@@ -129,7 +129,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=16_000, help="sampled in each run")
+    parser.add_argument("--tokens", type=int, default=12_000, help="sampled in each run")
     parser.add_argument("--questions", type=int, default=200, help="held out, after training")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
