@@ -160,8 +160,10 @@ def main() -> None:
             work = [(c, s) for s in range(arguments.seeds) for c in CREDITS]
             runs = list(pool.map(lambda cs: one(*cs), work))
     arguments.out.parent.mkdir(exist_ok=True)
-    summary = plot(runs, arguments.tokens, arguments.out.with_suffix(".png"))
     kept = {k: v for k, v in vars(arguments).items() if k not in ("run", "out")}
+    # The runs first: drawing may fail, and they took the time.
+    arguments.out.write_text(json.dumps({"settings": kept, "runs": runs}))
+    summary = plot(runs, arguments.tokens, arguments.out.with_suffix(".png"))
     arguments.out.write_text(json.dumps({"settings": kept, "summary": summary, "runs": runs}))
     for credit, row in summary.items():
         print(
